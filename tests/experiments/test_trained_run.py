@@ -11,7 +11,7 @@ from worlds import write_run, write_world
 
 from recsys.core.errors import UserError
 from recsys.data.batches.loaders import RequestLoader
-from recsys.experiments.trained_run import EARLIER, TrainedRun, load_run
+from recsys.experiments.trained_run import EARLIER, TrainedRun, load_run, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,20 @@ def test_an_unfinished_run_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((path / "config.yaml").read_text())
     with pytest.raises(UserError, match="the data has changed since"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "replaced", "removed"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {"model.table": torch.arange(4096.0)}, "global_step": 3}, path)
+    found = read_checkpoint(path)
+    assert (found.steps, found.weights["table"][-1]) == (3, 4095)
+    content = bytearray(path.read_bytes())
+    # One bit in the middle, where the values are.
+    content[len(content) // 2] ^= 1
+    contents = {"truncated": content[: len(content) // 2], "emptied": b"", "replaced": b"text" * 1000}
+    path.unlink()
+    if damage != "removed":
+        path.write_bytes(contents.get(damage, bytes(content)))
+    with pytest.raises(UserError, match=f"{path}: not a readable checkpoint"):
+        read_checkpoint(path)

@@ -143,7 +143,7 @@ def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) ->
     validator.validate(module, data, verbose=False)
     run.write_metrics(logged_metrics(validator, "val/"))
     run.update(
-        selected=int(torch.load(best, map_location="cpu", weights_only=True)["global_step"]),
+        selected=int(torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]),
         steps=trainer.global_step,
         schedule_steps=module.schedule_steps,
         parameters=count_parameters(module.model),

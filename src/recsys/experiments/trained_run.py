@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,18 +131,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: If the file is missing or not a checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that only what is used is in memory. Mapped values are not verified when they are read.
+        _verify(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, steps = content["state_dict"].items(), int(content["global_step"])
         tables = stored_tables(content, path)
     except UserError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from error
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
     # Earlier versions stored the bias of items, which is computed when a model is built.
     kept = {name: value for name, value in weights.items() if not name.endswith("item_bias")}
     return Checkpoint(kept, steps, tables)
+
+
+def _verify(path: Path) -> None:
+    """Compare the content of a checkpoint with its checksums, block by block."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is another one")
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
