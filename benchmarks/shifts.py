@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from recsys.experiments.assembly import target_sampling_of
 from recsys.experiments.baseline_check import best_half_life
 from recsys.experiments.blend_selection import SHIFTS
-from recsys.experiments.blend_validation import BlendValidation, ShiftBias
+from recsys.experiments.blend_validation import BlendValidation
 from recsys.experiments.run_folder import RunFolder
 from recsys.training.frequency import prior_shift
 
@@ -44,7 +44,7 @@ def gains_of(folder: Path) -> Mapping[str, np.ndarray]:
     configs = {path.parent.name: OmegaConf.load(path) for path in sorted(folder.glob("variants/*/config.yaml"))}
     first = next(iter(configs.values()))
     assert isinstance(first, DictConfig)
-    parts = [BlendValidation(first, fits_offset=False), BlendValidation(first, fits_offset=False, part="test")]
+    parts = [BlendValidation(first, fits_level=False), BlendValidation(first, fits_level=False, part="test")]
     for name, config in configs.items():
         assert isinstance(config, DictConfig)
         for part in parts:
@@ -61,7 +61,7 @@ def gains_of(folder: Path) -> Mapping[str, np.ndarray]:
             for part, recent in zip(parts, (data, data.refit()), strict=True):
                 # The models were trained without the events of validation, but an index is built with them.
                 bias = prior_shift(data, days, target_sampling=targets, power=power, recent=recent).mul(weight).float()
-                found |= part.measure(weights, ShiftBias(bias, power))
+                found |= part.measure(weights, bias)
             before = plain[0] | plain[1]
             row = [found[name] / before[name] - 1 for name in (CHOSEN_BY, *JUDGED_BY)]
             gains.setdefault(f"{weight:g} prior^{power:g} of {days:g} days", []).append(row)

@@ -28,7 +28,7 @@ from worlds import compose, write_run, write_world
 
 from recsys.cli.main import main
 from recsys.experiments.assembly import open_data
-from recsys.experiments.blend_validation import BlendValidation, ShiftBias
+from recsys.experiments.blend_validation import BlendValidation
 from recsys.experiments.conf_files import CONF
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import stored_config
@@ -263,10 +263,10 @@ def test_shifts(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]  # fmt: skip
     # The first shift by hand, on validation.
     config = stored_config(tmp_path / "pins/variants/mean")
-    validation = BlendValidation(config, fits_offset=False)
+    validation = BlendValidation(config, fits_level=False)
     validation.add("mean", config, run=RunFolder(tmp_path / "pins/variants/mean", config))
     days = float(rows[0].split("prior^1 of ")[1].split(" days")[0])
-    bias = ShiftBias(prior_shift(validation.dataset, days).mul(0.5).float(), 1.0)
+    bias = prior_shift(validation.dataset, days).mul(0.5).float()
     before, after = (validation.measure({"mean": 1.0}, each)["val/recall@20"] for each in (None, bias))
     assert rows[0].split(" | ")[2] == f"{after / before - 1:+.1%}"
 

@@ -98,7 +98,7 @@ def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytes
 def test_the_first_member_is_best_with_its_shift(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     shifts = []
 
-    def measure(weights: dict[str, float], bias: blend_validation.ShiftBias | None, everyone: bool) -> float:
+    def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
         if everyone:
             return 0.6
         if len(weights) > 1:
@@ -117,9 +117,8 @@ def test_the_first_member_is_best_with_its_shift(folders: dict[str, Path], monke
     assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 7.0, "power": 1.0}
     dataset = load_run(folders["b"]).dataset
     assert shifts[0] is None
-    assert [bias.power for bias in shifts[1:]] == [power for _, power in blending.SHIFTS]
-    torch.testing.assert_close(shifts[2].logits, prior_shift(dataset, 7.0).float())
-    torch.testing.assert_close(shifts[1].logits, prior_shift(dataset, 7.0).mul(0.5).float())
+    for bias, (weight, power) in zip(shifts[1:], blending.SHIFTS, strict=True):
+        torch.testing.assert_close(bias, prior_shift(dataset, 7.0, power=power).mul(weight).float())
 
 
 def test_a_shift_that_gains_less_than_a_member_must_is_left_out(
@@ -152,11 +151,11 @@ def test_the_shift_of_a_blend_follows_the_targets_of_its_heaviest_member(
     }
     assert not torch.equal(expected["a"], expected["b"])
 
-    def measure(weights: dict[str, float], bias: blend_validation.ShiftBias | None, _: bool) -> float:
+    def measure(weights: dict[str, float], bias: torch.Tensor | None, _: bool) -> float:
         if bias is None:
             return 0.3
         seen.append(max(weights, key=lambda name: weights[name]))
-        torch.testing.assert_close(bias.logits, expected[seen[-1]])
+        torch.testing.assert_close(bias, expected[seen[-1]])
         return 0.5 + 0.1 * weights.get("a", 0.0)
 
     monkeypatch.setattr(blending, "SHIFTS", ((0.5, 1.0),))
@@ -230,8 +229,8 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: 
     metrics = RetrievalMetrics(run.dataset, len(run.corpus), keep_users=True)
     loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
-    # The run has no offset of new items.
-    validation = blending.BlendValidation(run.config, fits_offset=False)
+    # The run has no level of new items.
+    validation = blending.BlendValidation(run.config, fits_level=False)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     found = validation.measure({"a": 2.0})
     assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
@@ -248,8 +247,8 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: 
     # A bias that outweighs everything shows one item first to everyone who has not seen it.
     relevant = relevant_items(run.dataset, "val", requests=validation.requests, exclude_seen=True)
     item = int(np.bincount(relevant.values).argmax())
-    bias = blend_validation.ShiftBias(torch.zeros(run.dataset.num_items + 1), 1.0)
-    bias.logits[item] = 1e6
+    bias = torch.zeros(run.dataset.num_items + 1)
+    bias[item] = 1e6
     per_user = [set(relevant.values[a:b].tolist()) for a, b in itertools.pairwise(relevant.offsets)]
     wants = [item in items for items in per_user if items]
     assert any(wants)
@@ -262,10 +261,10 @@ def test_events_of_validation_are_measured_as_rolling_requests(
     run = load_run(folders["a"])
     run.config.evaluation.rolling = True
     # One event of each user is the request that is measured already.
-    assert not len(blending.BlendValidation(run.config, fits_offset=False).events)
+    assert not len(blending.BlendValidation(run.config, fits_level=False).events)
     run = load_run(temporal["a"])
     run.config.evaluation.rolling = True
-    validation = blending.BlendValidation(run.config, fits_offset=False)
+    validation = blending.BlendValidation(run.config, fits_level=False)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     requests = rolling_requests(run.dataset, "val")
     assert len(validation.events) == len(requests.user_idx) > len(validation.users)
@@ -298,11 +297,12 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     is_new = torch.from_numpy(validation.known > dataset.num_trained)
     expected = logits[:, ~is_new].mean(1, keepdim=True).expand(-1, int(is_new.sum()))
     torch.testing.assert_close(logits[:, is_new], expected)
-    # What the choice measures is what the finished blend gives, with the offset of the blend.
-    found, offset = validation.measure(weights), validation.offset(weights)
+    # What the choice measures is what the finished blend gives, with the scale and the offset of the blend.
+    found, (scale, offset) = validation.measure(weights), validation.level(weights)
     assert offset != 0
+    assert scale != 1
     members = {name: (folders[name], weight) for name, weight in weights.items()}
-    run = load_run(write_blend(tmp_path / "blend", members, new_items_offset=offset))
+    run = load_run(write_blend(tmp_path / "blend", members, new_items_offset=offset, new_items_scale=scale))
     assert run.corpus.tolist() == validation.known.tolist()
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"))

@@ -127,7 +127,12 @@ def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
 
 
 def write_blend(
-    path: Path, members: dict[str, tuple[Path, float]], shift_weight: float = 0.0, *, new_items_offset: float = 0.0
+    path: Path,
+    members: dict[str, tuple[Path, float]],
+    shift_weight: float = 0.0,
+    *,
+    new_items_offset: float = 0.0,
+    new_items_scale: float = 1.0,
 ) -> Path:
     """Write a run folder whose model is a blend of written runs, NAME: (folder, weight)."""
     from recsys.experiments.blend_selection import blend_config, write_checkpoint
@@ -138,7 +143,9 @@ def write_blend(
     (path / "checkpoints").mkdir(parents=True)
     shift = {"weight": shift_weight, "half_life_days": 1.0, "power": 1.0}
     weights = {name: weight for name, (_, weight) in members.items()}
-    config = blend_config(configs, weights, prior_shift=shift, new_items_offset=new_items_offset)
+    config = blend_config(
+        configs, weights, prior_shift=shift, new_items_offset=new_items_offset, new_items_scale=new_items_scale
+    )
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     write_checkpoint(configs, runs, path=path / "checkpoints/best.ckpt")
     for file in ("run.json", "metrics.json"):

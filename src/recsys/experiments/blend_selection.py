@@ -13,7 +13,7 @@ from torch import Tensor
 from recsys.core.io import atomic_file
 from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
 from recsys.experiments.baseline_check import best_half_life
-from recsys.experiments.blend_validation import MOST_USERS, BlendValidation, ShiftBias, place_unknown_items
+from recsys.experiments.blend_validation import MOST_USERS, BlendValidation, place_unknown_items
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
 from recsys.training.frequency import prior_shift
@@ -35,12 +35,14 @@ class BlendChoice(NamedTuple):
         prior_shift: `model.prior_shift` of the blend, with weight 0 for none.
         metrics: `val/*` of the blend for all validation users.
         new_items_offset: `model.new_items_offset` of the blend, beside those of its members.
+        new_items_scale: `model.new_items_scale` of the blend, beside those of its members.
     """
 
     weights: dict[str, float]
     prior_shift: dict[str, float]
     metrics: dict[str, float]
     new_items_offset: float = 0.0
+    new_items_scale: float = 1.0
 
     @property
     def is_one_run(self) -> bool:
@@ -53,13 +55,13 @@ def choose_blend(
     runs: Mapping[str, RunFolder],
     *,
     metric: str,
-    fits_offset: bool = True,
+    fits_level: bool = True,
     most_users: int = MOST_USERS,
 ) -> BlendChoice:
     """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
-    The best run comes first, then every run that improves the blend. The offset of new items is fitted anew for each
-    blend that is tried, because the levels of the members' logits differ.
+    The best run comes first, then every run that improves the blend. The scale and the offset of new items are fitted
+    anew for each blend that is tried, because the levels of the members' logits differ.
 
     If the data has times in days or seconds, the best run is the one that is best with a prior shift towards recent
     popularity, where that improves it; other members join it with its shift, and other shifts are tried at the end. The
@@ -73,11 +75,11 @@ def choose_blend(
         configs: configurations of the runs by name, all of one data set.
         runs: selected runs by name.
         metric: validation metric; more is better.
-        fits_offset: whether a blend has an offset of new items beside those of its members.
+        fits_level: whether a blend has a scale and an offset of new items beside those of its members.
         most_users: size of the sample of validation users.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
-    validation = BlendValidation(next(iter(configs.values())), fits_offset=fits_offset, most_users=most_users)
+    validation = BlendValidation(next(iter(configs.values())), fits_level=fits_level, most_users=most_users)
     none = BlendChoice({best: 1.0}, NO_SHIFT, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, run=runs[name])
@@ -107,11 +109,11 @@ def choose_blend(
         weights = _best_for_events(shifts, weights, shift, others=tried)
     chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
-        # It gets no offset beside its own, so its own metric says which run is best.
+        # It gets no level beside its own, so its own metric says which run is best.
         return none
     bias = shifts.bias(shift, weights)
-    metrics, offset = validation.measure(weights, bias), validation.offset(weights, bias)
-    return chosen._replace(metrics=metrics, new_items_offset=offset)
+    metrics, level = validation.measure(weights, bias), validation.level(weights, bias)
+    return chosen._replace(metrics=metrics, new_items_offset=level.offset, new_items_scale=level.scale)
 
 
 class _Shifts:
@@ -139,7 +141,7 @@ class _Shifts:
                 found = shift, score
         return found
 
-    def bias(self, shift: Mapping[str, float], weights: Mapping[str, float]) -> ShiftBias | None:
+    def bias(self, shift: Mapping[str, float], weights: Mapping[str, float]) -> Tensor | None:
         """Return the addition of a shift to the logits. It depends on how the heaviest member weights its targets."""
         if not shift["weight"]:
             return None
@@ -149,7 +151,7 @@ class _Shifts:
             self._known[key] = prior_shift(
                 self.validation.dataset, key[1], target_sampling=self._targets[heaviest], power=key[2]
             )
-        return ShiftBias(self._known[key].mul(shift["weight"]).float(), shift["power"])
+        return self._known[key].mul(shift["weight"]).float()
 
 
 def _best_for_events(
@@ -187,6 +189,7 @@ def blend_config(
     *,
     prior_shift: Mapping[str, float],
     new_items_offset: float = 0.0,
+    new_items_scale: float = 1.0,
 ) -> DictConfig:
     """Return the configuration of a blend.
 
@@ -197,12 +200,14 @@ def blend_config(
         weights: weight of each member's logits.
         prior_shift: `model.prior_shift` of the blend.
         new_items_offset: `model.new_items_offset` of the blend, which is added to those of the members.
+        new_items_scale: `model.new_items_scale` of the blend, which multiplies the sum of the members' logits.
     """
     heaviest = max(weights, key=lambda name: weights[name])
     config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
     assert isinstance(config, DictConfig)
     config.history.max_events = max(configs[name].history.max_events for name in weights)
     config.model.prior_shift, config.model.new_items_offset = dict(prior_shift), new_items_offset
+    config.model.new_items_scale = new_items_scale
     config.members = {
         name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
         for name, weight in weights.items()

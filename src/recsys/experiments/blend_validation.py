@@ -21,7 +21,8 @@ from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpu
 from recsys.evaluation.relevance import rolling_requests
 from recsys.evaluation.slices import cold_users
 from recsys.experiments.assembly import build_towers, corpus_of, open_data
-from recsys.experiments.new_items_offset import MOST_LOGITS, fit_offset, validation_choices
+from recsys.experiments.level_fit import Level, fit_level
+from recsys.experiments.new_items_level import MOST_LOGITS, validation_choices
 from recsys.experiments.origins import earlier_origins, new_user_share
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
@@ -46,18 +47,6 @@ class ValidationEmbeddings(NamedTuple):
     items: Tensor
     reads_features: bool
     corpus: Int64Array
-
-
-class ShiftBias(NamedTuple):
-    """Addition of a prior shift to the logits of items.
-
-    Attributes:
-        logits: addition for each item, float32 [N + 1].
-        power: power of the shift.
-    """
-
-    logits: Tensor
-    power: float
 
 
 class UserScores(NamedTuple):
@@ -88,13 +77,13 @@ class BlendValidation:
 
     Args:
         config: configuration of a run on the data.
-        fits_offset: whether a blend has an offset of new items beside those of its members.
+        fits_level: whether a blend has a scale and an offset of new items beside those of its members.
         most_users: size of the sample of validation users.
-        part: `val`, on which choices are made, or `test`, to judge rules of choice; it has no offset of new items.
+        part: `val`, on which choices are made, or `test`, to judge rules of choice; it has no level of new items.
     """
 
     def __init__(
-        self, config: DictConfig, *, fits_offset: bool = True, most_users: int = MOST_USERS, part: Part = "val"
+        self, config: DictConfig, *, fits_level: bool = True, most_users: int = MOST_USERS, part: Part = "val"
     ) -> None:
         self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
         self.part = part
@@ -115,7 +104,7 @@ class BlendValidation:
         self.embedded: dict[str, ValidationEmbeddings] = {}
         self.known = self.dataset.corpus(reads_features=True)
         self.choices = None
-        if fits_offset and part == "val":
+        if fits_level and part == "val":
             self.choices = validation_choices(
                 self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
             )
@@ -135,28 +124,28 @@ class BlendValidation:
         items = encode_corpus(model, torch.from_numpy(self.known)) / model.temperature
         self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, corpus_of(model, self.dataset))
 
-    def offset(self, weights: Mapping[str, float], bias: ShiftBias | None = None) -> float:
-        """Return the offset of new items of a blend: the likeliest one and the lift; 0 if none can be new."""
+    def level(self, weights: Mapping[str, float], bias: Tensor | None = None) -> Level:
+        """Return the level of new items of a blend: the likeliest one and the lift; none if no item can be new."""
         choices = self.choices
         if choices is None or not any(self.embedded[name].reads_features for name in weights):
-            return 0.0
+            return Level()
         joined = self._joined(weights, bias, rows=choices.rows)
         items = joined.items[np.searchsorted(self.known, choices.candidates)]
-        power = 1.0 if bias is None else bias.power
-        return fit_offset(choices, joined.users, items, power=power) + self.lift
+        level = fit_level(choices, joined.users, items)
+        return level._replace(offset=level.offset + self.lift)
 
-    def measure(self, weights: Mapping[str, float], bias: ShiftBias | None = None) -> dict[str, float]:
-        """Return the metrics of a blend with its offset of new items, such as `val/recall@10`, for all users."""
+    def measure(self, weights: Mapping[str, float], bias: Tensor | None = None) -> dict[str, float]:
+        """Return the metrics of a blend with its level of new items, such as `val/recall@10`, for all users."""
         counted = self._count(weights, bias, rows=self.users)
         return {f"{self.part}/{name}": value for name, value in counted.compute().items()}
 
-    def score(self, weights: Mapping[str, float], bias: ShiftBias | None = None, *, metric: str) -> float:
+    def score(self, weights: Mapping[str, float], bias: Tensor | None = None, *, metric: str) -> float:
         """Return a metric of a blend for the sample of users."""
         scores = self.user_scores(weights, bias, metric=metric)
         return self._count(weights, bias, rows=self.sample).compute()[_name(metric)] if scores is None else scores.mean
 
     def user_scores(
-        self, weights: Mapping[str, float], bias: ShiftBias | None = None, *, metric: str
+        self, weights: Mapping[str, float], bias: Tensor | None = None, *, metric: str
     ) -> UserScores | None:
         """Return a metric of each user of the sample; new users have the share that is expected.
 
@@ -174,19 +163,20 @@ class BlendValidation:
             shares = self.new_users * new / new.sum() + (1 - self.new_users) * others / others.sum()
         return UserScores(values.nan_to_num(), shares.double())
 
-    def rolling_score(self, weights: Mapping[str, float], bias: ShiftBias | None = None, *, metric: str) -> float:
+    def rolling_score(self, weights: Mapping[str, float], bias: Tensor | None = None, *, metric: str) -> float:
         """Return a metric of a blend for the sample of validation events, each a request of its own."""
         return self._count(weights, bias, rows=self.events, rolling=True).compute()[_name(metric)]
 
     def _count(
-        self, weights: Mapping[str, float], bias: ShiftBias | None, *, rows: Int64Array, rolling: bool = False
+        self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array, rolling: bool = False
     ) -> RetrievalMetrics:
         """Rank some requests, of which each process takes its share, and return the counters of their results."""
         rows = rows[distributed.rank() :: distributed.world_size()]
         users, items, _, corpus = self._joined(weights, bias, rows=rows)
-        if offset := self.offset(weights, bias):
-            shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
-            items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
+        scale, offset = self.level(weights, bias)
+        is_new = torch.from_numpy(self.known > self.dataset.num_trained).unsqueeze(1)
+        items = torch.cat([torch.where(is_new, items * scale, items), is_new * offset], dim=1)
+        users = F.pad(users, (0, 1), value=1.0)
         search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
         metrics = RetrievalMetrics(self.dataset, len(corpus), part=self.part, keep_users=True)
         counter = RequestCounter(
@@ -198,15 +188,13 @@ class BlendValidation:
             counter.count(users[torch.from_numpy(some)], requests)
         return metrics
 
-    def _joined(
-        self, weights: Mapping[str, float], bias: ShiftBias | None, *, rows: Int64Array
-    ) -> ValidationEmbeddings:
+    def _joined(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> ValidationEmbeddings:
         """Return the embeddings of a blend for some requests."""
         members = [(weight, self.embedded[name]) for name, weight in weights.items()]
         items = torch.cat([weight * member.items for weight, member in members], dim=1)
         users = torch.cat([member.users[torch.from_numpy(rows)] for _, member in members], dim=1)
         if bias is not None:
-            items = torch.cat([items, bias.logits[torch.from_numpy(self.known)].unsqueeze(1)], dim=1)
+            items = torch.cat([items, bias[torch.from_numpy(self.known)].unsqueeze(1)], dim=1)
             users = F.pad(users, (0, 1), value=1.0)
         corpus = np.unique(np.concatenate([member.corpus for _, member in members]))
         return ValidationEmbeddings(users, items, any(member.reads_features for _, member in members), corpus)

@@ -183,6 +183,7 @@ _CHOSEN = {
     "model.priors.recency": True,
     "model.priors.lag_days": 1.0,
     "model.new_items_offset": 1.0,
+    "model.new_items_scale": 1.0,
 }
 
 

@@ -38,7 +38,7 @@ from recsys.experiments.assembly import (
 from recsys.experiments.assembly.model import SPARSE_ROWS
 from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.loggers import close_loggers
-from recsys.experiments.new_items_offset import calibration, fit_new_items_offset
+from recsys.experiments.new_items_level import calibration, fit_new_items_level
 from recsys.experiments.processes import trainer_settings
 from recsys.experiments.run_folder import RunFolder, write_config
 from recsys.experiments.trained_run import load_weights
@@ -135,7 +135,7 @@ def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) ->
         distributed.barrier()
         return
     load_weights(module.model, best)
-    fit_new_items_offset(config, dataset, model=module.model, builder=data.builder)
+    fit_new_items_level(config, dataset, model=module.model, builder=data.builder)
     if distributed.is_first():
         write_config(run.path, config)
     # Other callbacks would replace the selected weights by averaged ones.

@@ -12,7 +12,7 @@ from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
-from recsys.experiments.assembly import new_items_bias, target_sampling_of
+from recsys.experiments.assembly import new_items_bias, new_items_scale, target_sampling_of
 from recsys.experiments.risen_items import ascribed_shares, risen_items
 from recsys.models.blend import Model, members_of
 from recsys.models.two_tower import TwoTower
@@ -57,6 +57,8 @@ def _shift(dataset: PreparedDataset, config: DictConfig, *, model: Model, now: i
         dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent, risen=risen
     )
     bias = bias.mul(shift.weight).float()
+    # The scale of new items multiplies their bias too.
+    bias[items] /= new_items_scale(config)
     offset = new_items_bias(config, dataset)
     if offset is None:
         return bias

@@ -22,7 +22,7 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.batches.targets import TargetSampling, TargetWeights
 from recsys.data.dataset import PreparedDataset, Requests
-from recsys.experiments.new_items_offset import best_logits
+from recsys.experiments.level_fit import best_logits
 from recsys.models.blend import Model, kept_biases
 from recsys.training.frequency import training_positions
 

@@ -169,7 +169,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 # Keys whose value `auto` a run replaces by its choice.
-CHOSEN = ("batch_size", "model.new_items_offset", "item_tower.sharding", "user_tower.sharding")
+CHOSEN = (
+    *("batch_size", "model.new_items_offset", "model.new_items_scale"),
+    *("item_tower.sharding", "user_tower.sharding"),
+)
 
 
 class RunFolder:

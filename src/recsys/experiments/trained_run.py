@@ -32,6 +32,7 @@ EARLIER: dict[str, Any] = {
     "model": {
         "prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0},
         "new_items_offset": 0.0,
+        "new_items_scale": 1.0,
         "new_items_lift": 0.0,
         "priors": {"age": False, "recency": False, "half_lives_days": [1, 4, 16], "lag_days": "auto"},
     },

@@ -71,19 +71,19 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
 def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, blend: bool) -> RunFolder:
     variants = suitable_variants(variants, path / "variants/left_out.json")
     # Training replaces `auto` by a number. A number that was given holds for blends too.
-    fits_offset = any(config.model.new_items_offset == "auto" for config in variants.values())
+    fits_level = any(config.model.new_items_offset == "auto" for config in variants.values())
     config = next(iter(variants.values()))
     num_events = int(open_data(config).train_count.sum())
     jobs = choose_jobs(variants, num_events=num_events)
     with _counted(path):
         if (epochs := _trial_epochs(config, num_events=num_events)) and len(variants) > 2:
-            variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset, jobs=jobs)
+            variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_level=fits_level, jobs=jobs)
         runs = train_all(select, variants, path / "variants", what="training variant", jobs=jobs)
         scores = {name: run.metrics[metric] for name, run in runs.items()}
         best = max(scores, key=lambda name: scores[name])
         chosen = None
         if blend:
-            chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_offset=fits_offset)
+            chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_level=fits_level)
         if chosen is not None and not chosen.is_one_run:
             best = _title(chosen)
             scores[best] = chosen.metrics[metric]
@@ -118,7 +118,7 @@ def _trial_epochs(config: DictConfig, *, num_events: int) -> int:
 
 
 def _better_ones(
-    variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_offset: bool, jobs: int
+    variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_level: bool, jobs: int
 ) -> dict[str, DictConfig]:
     """Train the variants for some epochs, and return the two thirds whose training is worth its time.
 
@@ -130,7 +130,7 @@ def _better_ones(
     if not file.exists():
         trial = functools.partial(try_out, epochs=epochs)
         runs = train_all(trial, variants, path / "variants", what="trying variant", jobs=jobs)
-        chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset, most_users=TRIAL_USERS)
+        chosen = choose_blend(variants, runs, metric=metric, fits_level=fits_level, most_users=TRIAL_USERS)
         kept = _two_thirds(chosen.weights, {name: run.metrics[metric] for name, run in runs.items()})
         if distributed.is_first():
             atomic_write(file, json.dumps(kept) + "\n")
@@ -153,12 +153,12 @@ def _choose(
     *,
     metric: str,
     file: Path,
-    fits_offset: bool,
+    fits_level: bool,
 ) -> BlendChoice:
     """Choose the blend and store it in `file`, because this cannot be repeated after the members were refitted."""
     if not file.exists():
         # Every process ranks, because their counters are joined.
-        chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset)
+        chosen = choose_blend(variants, runs, metric=metric, fits_level=fits_level)
         if distributed.is_first():
             atomic_write(file, json.dumps(chosen._asdict(), indent=2) + "\n")
     distributed.barrier()
@@ -183,7 +183,11 @@ def _write_blend(
 ) -> DictConfig:
     """Make the run `path` of the members' weights, and return its configuration."""
     config = blend_config(
-        members, chosen.weights, prior_shift=chosen.prior_shift, new_items_offset=chosen.new_items_offset
+        members,
+        chosen.weights,
+        prior_shift=chosen.prior_shift,
+        new_items_offset=chosen.new_items_offset,
+        new_items_scale=chosen.new_items_scale,
     )
     run = RunFolder(path, config)
     if not run.state.is_selected and distributed.is_first():

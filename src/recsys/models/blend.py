@@ -16,7 +16,7 @@ from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.models.features import take
-from recsys.models.two_tower import Similarity, TwoTower
+from recsys.models.two_tower import Similarity, TwoTower, scale_new_items
 
 
 class Member(NamedTuple):
@@ -44,18 +44,22 @@ class Blend(nn.Module):
         members: models of the blend, at least one.
         item_bias: float32 [N + 1], added to the logits of the items; None for no bias. Embeddings then have one more
             dimension, which is the same for every user.
+        new_items_scale: factor of the logits of items without training events, their bias included.
     """
 
     num_embeddings = 1
     item_bias: Tensor | None
 
-    def __init__(self, members: Sequence[Member], item_bias: Tensor | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Member], item_bias: Tensor | None = None, *, new_items_scale: float = 1.0
+    ) -> None:
         super().__init__()
         for member in members:
             if member.model.num_embeddings > 1:
                 raise ValueError(f"blend: a member has {member.model.num_embeddings} embeddings a user, expected one")
         self.models = nn.ModuleList(member.model for member in members)
         self.members = tuple(members)
+        self.num_trained, self.new_items_scale = members[0].model.num_trained, new_items_scale
         # Not part of a checkpoint, because it is computed from counts when the model is built.
         self.register_buffer("item_bias", item_bias, persistent=False)
 
@@ -112,7 +116,7 @@ class Blend(nn.Module):
         if self.item_bias is not None:
             rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
             parts.append(self.item_bias[rows].unsqueeze(1))
-        return torch.cat(parts, dim=1)
+        return scale_new_items(self, torch.cat(parts, dim=1), item_idx)
 
     def encode_users(self, batch: Batch) -> Tensor:
         """Return the user embeddings [P, dim] of requests, which have one query at the end of each history."""
@@ -157,8 +161,10 @@ def kept_biases(model: Model) -> Iterator[list[Model]]:
 def write_bias(model: Model, embeddings: Tensor, *, item_idx: Tensor) -> None:
     """Write the present item biases of a model into embeddings [R, dim] that `encode_items` returned for `item_idx`."""
 
-    def at(bias: Tensor) -> Tensor:
-        return bias[torch.where(item_idx < len(bias), item_idx, UNKNOWN_ITEM)]
+    def at(part: Model, bias: Tensor) -> Tensor:
+        rows = torch.where(item_idx < len(bias), item_idx, UNKNOWN_ITEM)
+        scaled = scale_new_items(part, bias[rows], item_idx)
+        return scaled if part is model else scale_new_items(model, scaled, item_idx)
 
     end = 0
     for member in members_of(model):
@@ -166,9 +172,9 @@ def write_bias(model: Model, embeddings: Tensor, *, item_idx: Tensor) -> None:
         end += one.dim
         if one.item_bias is not None:
             scale = member.weight if isinstance(model, Blend) else 1 / one.inverse_temperature
-            embeddings[:, end - 1] = at(one.item_bias) * scale
+            embeddings[:, end - 1] = at(one, one.item_bias) * scale
     if isinstance(model, Blend) and model.item_bias is not None:
-        embeddings[:, end] = at(model.item_bias)
+        embeddings[:, end] = at(model, model.item_bias)
 
 
 @torch.no_grad()

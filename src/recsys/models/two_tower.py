@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class TwoTower(nn.Module):
         item_bias: float32 [N + 1], added to the logits of retrieval but not to those of training; None for no bias.
             Embeddings then have one more dimension, which is the same for every user. Item priors are added to it for
             the time of an index, see `set_item_bias`.
+        num_trained: number of items with a training event, which have the item_idx 1 to `num_trained`.
+        new_items_scale: factor of the retrieval logits of other items, their bias included.
     """
 
     item_bias: Tensor | None
@@ -52,6 +54,8 @@ class TwoTower(nn.Module):
         temperature: float = 0.05,
         learn_temperature: bool = False,
         item_bias: Tensor | None = None,
+        num_trained: int = 0,
+        new_items_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if similarity not in ("cosine", "dot"):
@@ -74,6 +78,7 @@ class TwoTower(nn.Module):
         # A copy, since Lightning counts a shared tensor once.
         fixed = None if item_bias is None or not has_priors else item_bias.clone()
         self.register_buffer("fixed_bias", fixed, persistent=False)
+        self.num_trained, self.new_items_scale = num_trained, new_items_scale
 
     @property
     def priors(self) -> ItemPriors | None:
@@ -149,17 +154,17 @@ class TwoTower(nn.Module):
 
     @property
     def metric(self) -> Similarity:
-        """Similarity of retrieval: always `dot` with a bias, because embeddings are then not of unit length."""
-        return self.similarity if self.item_bias is None else "dot"
+        """Similarity of retrieval: `dot` with a bias or a scale, because embeddings are then not of unit length."""
+        return self.similarity if self.item_bias is None and self.new_items_scale == 1 else "dot"
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
         """Return the item embeddings [R, dim] of `item_idx` int64 [R], for comparison by inner product."""
         embeddings = self.normalize(self.item_tower(item_idx))
-        if self.item_bias is None:
-            return embeddings
-        rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
-        bias = self.item_bias[rows] / self.inverse_temperature
-        return torch.cat([embeddings, bias.unsqueeze(1)], dim=1)
+        if self.item_bias is not None:
+            rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
+            bias = self.item_bias[rows] / self.inverse_temperature
+            embeddings = torch.cat([embeddings, bias.unsqueeze(1)], dim=1)
+        return scale_new_items(self, embeddings, item_idx)
 
     def encode_users(self, batch: Batch) -> Tensor:
         """Return the user embeddings of the queries, [P, dim] or [P, M, dim], for comparison by inner product."""
@@ -174,6 +179,22 @@ class TwoTower(nn.Module):
             return F.pad(embeddings, (0, 1), value=1.0)
         # Absent embeddings stay zeros.
         return torch.cat([embeddings, states.any(2, keepdim=True).to(embeddings.dtype)], dim=2)
+
+
+class ScalesNewItems(Protocol):
+    """A model that multiplies the embeddings of items without training events."""
+
+    num_trained: int
+    new_items_scale: float
+
+
+def scale_new_items(model: ScalesNewItems, embeddings: Tensor, item_idx: Tensor) -> Tensor:
+    """Return embeddings [R, ...] of `item_idx` int64 [R] with the scale of new items in them."""
+    if model.new_items_scale == 1:
+        return embeddings
+    is_new = (item_idx > model.num_trained) | (item_idx == UNKNOWN_ITEM)
+    scale = torch.where(is_new, model.new_items_scale, 1.0).to(embeddings)
+    return embeddings * scale.view(-1, *[1] * (embeddings.ndim - 1))
 
 
 def select_best_interest(users: Tensor, targets: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from recsys.data.batches.batch import FeatureTensors, to_tensor
 from recsys.data.content_encoders import CACHE, BadImageError, image_path, open_encoder
 from recsys.data.dataset import NO_BIRTH, DataSizes
 from recsys.data.encoding import FeatureEncoder, plain, to_floats
-from recsys.experiments.assembly import complete, has_item_bias, instantiate
+from recsys.experiments.assembly import complete, has_item_bias, instantiate, new_items_scale
 from recsys.experiments.trained_run import stored_config
 from recsys.models.items import ItemTower
 from recsys.models.priors import ItemPriors
@@ -84,6 +84,8 @@ class NewItems:
             scale = float(member.weight) / (manifest.temperatures[number] if manifest.temperatures else usual)
             self._members.append(self._member(member.config, own, scale=scale, bias_scale=float(member.weight)))
         self._has_bias = bool(config.members) and has_item_bias(config)
+        # Of a blend; a single model has that of its member.
+        self._scale = new_items_scale(config) if config.members else 1.0
         if not config.members:
             self._members = [self._member(config, weights, scale=1.0, bias_scale=manifest.temperature)]
         if not any(member.tower.reads_features for member in self._members):
@@ -115,12 +117,13 @@ class NewItems:
                     parts.append((self._fixed(number, parts, bias_scale) + priors).unsqueeze(1))
             if self._has_bias:
                 parts.append(self._fixed(len(self._members), parts, 1.0).expand(len(table), 1))
-            joined: Float32Array = torch.cat(parts, dim=1).numpy()
+            joined: Float32Array = (torch.cat(parts, dim=1) * self._scale).numpy()
         return joined
 
     def _member(self, config: DictConfig, weights: dict[str, Tensor], *, scale: float, bias_scale: float) -> _Member:
         tower, is_cosine = self._tower(config, weights), bool(config.model.similarity == "cosine")
-        return _Member(tower, is_cosine, scale, tower.priors is not None or has_item_bias(config), bias_scale)
+        new, has_bias = new_items_scale(config), tower.priors is not None or has_item_bias(config)
+        return _Member(tower, is_cosine, scale * new, has_bias, bias_scale * new)
 
     def _fixed(self, number: int, parts: list[Tensor], scale: float) -> Tensor:
         """Return the bias of items without training events, apart from their priors, as it is in embeddings.

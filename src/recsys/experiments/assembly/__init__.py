@@ -9,6 +9,7 @@ from recsys.experiments.assembly.model import (
     corpus_of,
     has_item_bias,
     new_items_bias,
+    new_items_scale,
 )
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
@@ -30,6 +31,7 @@ __all__ = [
     "corpus_of",
     "has_item_bias",
     "new_items_bias",
+    "new_items_scale",
     "instantiate",
     "target_sampling_of",
     "open_data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from recsys.training.frequency import prior_shift
 
 MODEL_KEYS = (
     *("dim", "similarity", "temperature", "learn_temperature"),
-    *("prior_shift", "priors", "new_items_offset", "new_items_lift"),
+    *("prior_shift", "priors", "new_items_offset", "new_items_scale", "new_items_lift"),
 )
 PRIOR_KEYS = ("age", "recency", "half_lives_days", "lag_days")
 # Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
@@ -52,7 +53,7 @@ def build_model(config: DictConfig, dataset: PreparedDataset, *, divided: Shardi
         Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
         for member in config.members.values()
     ]
-    return Blend(members, build_item_bias(config, dataset))
+    return Blend(members, build_item_bias(config, dataset), new_items_scale=new_items_scale(config))
 
 
 def build_towers(
@@ -86,6 +87,8 @@ def build_towers(
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
             item_bias=build_item_bias(config, dataset, has_priors=priors is not None),
+            num_trained=dataset.num_trained,
+            new_items_scale=new_items_scale(config),
         )
     except ValueError as error:
         fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
@@ -223,11 +226,27 @@ def build_item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors:
 
 
 def new_items_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
-    """Return `model.new_items_offset` as a bias of all items; None for none, or if it is not fitted yet."""
+    """Return `model.new_items_offset` as a bias of all items; None for none, or if it is not fitted yet.
+
+    The scale of new items multiplies their bias too, so the offset is divided by it.
+    """
     offset = config.model.get("new_items_offset", 0.0)
     if not offset or offset == "auto":
         return None
     bias = torch.zeros(dataset.num_items + 1)
-    bias[dataset.num_trained + 1 :] = offset
-    bias[UNKNOWN_ITEM] = offset
+    bias[dataset.num_trained + 1 :] = bias[UNKNOWN_ITEM] = offset / new_items_scale(config)
     return bias
+
+
+def new_items_scale(config: DictConfig) -> float:
+    """Return `model.new_items_scale`; 1 if it is not fitted yet.
+
+    Raises:
+        UserError: If it is neither a positive number nor `auto`.
+    """
+    scale = config.model.get("new_items_scale", 1.0)
+    if scale == "auto":
+        return 1.0
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise UserError(f"model.new_items_scale: found {scale!r}, expected a positive number or auto")
+    return float(scale)
