@@ -51,15 +51,22 @@ def embeddings(num_users: int = 8000, num_items: int = 40) -> tuple[npt.NDArray[
 
 
 @pytest.mark.parametrize("factor", [1.0, 16.0])
-def test_a_level_behind_simulated_choices_is_found_however_large_the_logits_are(factor: float) -> None:
+def test_a_level_behind_simulated_choices_is_found_however_large_the_logits_are(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     users, items = embeddings()
     logits = users @ items.T
     logits[:, 25:] = 1.6 * logits[:, 25:] - 1.5
     found = simulated(logits, 25)
     # The model says nothing about the level, and its logits are too large by a factor, as with a shift of a power.
-    level = fit_level(found, torch.from_numpy(users).float(), torch.from_numpy(items * factor).float())
+    tensors = torch.from_numpy(users).float(), torch.from_numpy(items * factor).float()
+    level = fit_level(found, *tensors)
     assert level.scale == pytest.approx(1.6, abs=0.1)
     assert level.offset == pytest.approx(-1.5 * factor, abs=0.15 * factor)
+    # Logits that do not fit into memory are computed again for each step, in blocks.
+    monkeypatch.setattr(level_fit, "MOST_KEPT", 1000)
+    monkeypatch.setattr(level_fit, "_BLOCK", 100_000)
+    assert fit_level(found, *tensors) == pytest.approx(level, abs=1e-3 * factor)
 
 
 def test_a_scale_that_is_given_stays_and_the_offset_follows_it() -> None:
@@ -94,7 +101,7 @@ def test_the_likelihood_and_its_derivatives_are_those_of_a_softmax() -> None:
         return total / 7
 
     at = torch.tensor([0.7, 1.2, -0.3], dtype=torch.float64)
-    value = level_fit._posterior(found, users, items, at=at, prior=prior)
+    value = level_fit._posterior(found, [users[:2] @ items.T, users[2:] @ items.T], at=at, prior=prior)
     assert value.value == pytest.approx(float(direct(at)))
     torch.testing.assert_close(value.gradient, torch.autograd.functional.jacobian(direct, at))
     torch.testing.assert_close(value.hessian, torch.autograd.functional.hessian(direct, at))

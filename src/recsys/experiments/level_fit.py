@@ -11,7 +11,7 @@ Shapes: R requests, C candidates, D dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,9 @@ OFFSET_DEVIATION, SCALE_DEVIATION, ALL_DEVIATION = 1.0, 0.25, 1.0
 # Bounds of the scale.
 LEAST_SCALE, MOST_SCALE = 0.25, 4.0
 # Most Newton steps of a fit, and the gain of a step in the log-likelihood of a choice below which it ends.
-MOST_STEPS, LEAST_GAIN = 30, 1e-7
+MOST_STEPS, LEAST_GAIN = 30, 1e-6
+# Most logits of a fit that stay in memory; with more of them each step computes them again, block by block.
+MOST_KEPT = 20_000_000
 _BLOCK = 1 << 24
 
 
@@ -75,9 +77,17 @@ def fit_level(choices: Choices, users: Tensor, items: Tensor, *, scale: float | 
         items: embeddings of the candidates, [C, D], whose inner products with the users are logits.
         scale: the scale, if it is given; None to fit it too.
     """
+    height = max(_BLOCK // len(items), 1)
+    starts = range(0, len(users), height)
+    kept = None
+    if len(users) * len(items) <= MOST_KEPT:
+        kept = [best_logits(users[begin : begin + height], items) for begin in starts]
+
+    def blocks() -> Iterator[Tensor]:
+        return iter(kept) if kept is not None else (best_logits(users[s : s + height], items) for s in starts)
 
     def fit(basis: Tensor, begin: Tensor, prior: _Prior) -> Tensor:
-        return basis @ _maximise(lambda x: _posterior(choices, users, items, at=basis @ x, prior=prior), begin, basis)
+        return basis @ _maximise(lambda x: _posterior(choices, blocks(), at=basis @ x, prior=prior), begin, basis)
 
     # First with one scale for all items, because the prior of the other scale is relative to it.
     fixed = 1.0 if scale is None else scale
@@ -125,18 +135,19 @@ def _maximise(function: Callable[[Tensor], _Value], begin: Tensor, basis: Tensor
     return x
 
 
-def _posterior(choices: Choices, users: Tensor, items: Tensor, *, at: Tensor, prior: _Prior) -> _Value:
-    """Return the log posterior probability of (b, a, d) `at`.
+def _posterior(choices: Choices, blocks: Iterable[Tensor], *, at: Tensor, prior: _Prior) -> _Value:
+    """Return the log posterior probability of (b, a, d) `at`, from blocks of logits [H, C] of successive requests.
 
     With P, the probability that a choice is new, and the means E_t and E_n over the trained and the new candidates, a
     request has the expectations `(1 - P) E_t[s]`, `P E_n[s]` and `P` of the three statistics whose sums over the chosen
     items the likelihood depends on. The second derivatives are their negative covariances.
     """
     value, gradient, hessian = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
-    height = max(_BLOCK // len(items), 1)
-    for begin in range(0, len(users), height):
-        block = _block(choices, users[begin : begin + height], items, begin=begin, at=at)
+    begin = 0
+    for logits in blocks:
+        block = _block(choices, logits, begin=begin, at=at)
         value, gradient, hessian = value + block.value, gradient + block.gradient, hessian + block.hessian
+        begin += len(logits)
     b, a, d = at.tolist()
     # Precisions of b - 1, of a - scale * b, and of d.
     for direction, middle, deviation in (
@@ -153,9 +164,9 @@ def _posterior(choices: Choices, users: Tensor, items: Tensor, *, at: Tensor, pr
     return _Value(value / every, gradient / every, hessian / every)
 
 
-def _block(choices: Choices, users: Tensor, items: Tensor, *, begin: int, at: Tensor) -> _Value:
-    """Return the log-likelihood of some requests, from `begin` on, with its derivatives."""
-    logits, end = best_logits(users, items), begin + len(users)
+def _block(choices: Choices, logits: Tensor, *, begin: int, at: Tensor) -> _Value:
+    """Return the log-likelihood of the requests from `begin` on, with its derivatives."""
+    end = begin + len(logits)
     row, column = _cells(choices.chosen, begin, end)
     chosen = logits[row, column]
     b, a, d = at.tolist()

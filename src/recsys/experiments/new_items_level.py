@@ -21,15 +21,15 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.ranking import encode_corpus
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.experiments.assembly import build_item_bias, corpus_of
-from recsys.experiments.level_fit import Choices, Level, fit_level
+from recsys.experiments.level_fit import MOST_KEPT, Choices, Level, fit_level
 from recsys.models.two_tower import TwoTower
 
 log = logging.getLogger("recsys")
 
 # Number of choices of new items below which the log says that the priors have a part in the level.
 FEW = 20
-# Bounds of the logits that one step of a fit computes: after training, and before each validation.
-MOST_LOGITS, MOST_LOGITS_OF_AN_EPOCH = 100_000_000, 10_000_000
+# Bounds of the logits that a fit is made on: after training, and before each validation.
+MOST_LOGITS, MOST_LOGITS_OF_AN_EPOCH = MOST_KEPT, 5_000_000
 # Requests of a fit, however many candidates there are, and at most.
 LEAST_REQUESTS, MOST_REQUESTS = 200, 10_000
 
