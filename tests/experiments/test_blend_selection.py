@@ -298,11 +298,11 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     expected = logits[:, ~is_new].mean(1, keepdim=True).expand(-1, int(is_new.sum()))
     torch.testing.assert_close(logits[:, is_new], expected)
     # What the choice measures is what the finished blend gives, with the scale and the offset of the blend.
-    found, (scale, offset) = validation.measure(weights), validation.level(weights)
-    assert offset != 0
-    assert scale != 1
+    found, level = validation.measure(weights), validation.level(weights)
+    assert level.offset != 0
+    assert level.scale != 1
     members = {name: (folders[name], weight) for name, weight in weights.items()}
-    run = load_run(write_blend(tmp_path / "blend", members, new_items_offset=offset, new_items_scale=scale))
+    run = load_run(write_blend(tmp_path / "blend", members, level=level))
     assert run.corpus.tolist() == validation.known.tolist()
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"))

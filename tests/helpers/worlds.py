@@ -131,11 +131,11 @@ def write_blend(
     members: dict[str, tuple[Path, float]],
     shift_weight: float = 0.0,
     *,
-    new_items_offset: float = 0.0,
-    new_items_scale: float = 1.0,
+    level: tuple[float, float] = (1.0, 0.0),
 ) -> Path:
     """Write a run folder whose model is a blend of written runs, NAME: (folder, weight)."""
     from recsys.experiments.blend_selection import blend_config, write_checkpoint
+    from recsys.experiments.level_fit import Level
     from recsys.experiments.trained_run import stored_config
 
     configs = {name: stored_config(folder) for name, (folder, _) in members.items()}
@@ -143,9 +143,7 @@ def write_blend(
     (path / "checkpoints").mkdir(parents=True)
     shift = {"weight": shift_weight, "half_life_days": 1.0, "power": 1.0}
     weights = {name: weight for name, (_, weight) in members.items()}
-    config = blend_config(
-        configs, weights, prior_shift=shift, new_items_offset=new_items_offset, new_items_scale=new_items_scale
-    )
+    config = blend_config(configs, weights, prior_shift=shift, level=Level(*level))
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     write_checkpoint(configs, runs, path=path / "checkpoints/best.ckpt")
     for file in ("run.json", "metrics.json"):

@@ -93,12 +93,15 @@ def test_biases_of_members_and_members_without_features(published: Published, tm
     more = [*FEW, "user_tower=mean", "model.similarity=dot"]
     plain = write_run(tmp_path / "plain", published.root, *FEW, "user_tower=mean")
     ids = write_run(tmp_path / "ids", published.root, *more, "item_tower=ids")
+    level = ["model.new_items_offset=-1.5", "model.new_items_scale=1.3"]
     codes = ["item_tower=semantic_ids", "item_tower.semantic_ids.num_bits=3"]
-    offset = write_run(tmp_path / "offset", published.root, *more, "model.new_items_offset=-1.5", *codes)
+    offset = write_run(tmp_path / "offset", published.root, *more, *level, *codes)
     members = {"ids": (ids, 0.5), "offset": (offset, 0.25), "plain": (plain, 0.25)}
-    blend = write_blend(tmp_path / "blend", members, new_items_offset=0.75)
+    blend = write_blend(tmp_path / "blend", members, level=(1.4, 0.75))
+    # Without a level of its own a blend leaves those of its members.
+    bare = write_blend(tmp_path / "bare", members)
     store = ReleaseStore(tmp_path / "store")
-    for path in (offset, blend):
+    for path in (offset, blend, bare):
         run = load_run(path)
         version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
         table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)

@@ -14,6 +14,7 @@ from recsys.core.io import atomic_file
 from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
 from recsys.experiments.baseline_check import best_half_life
 from recsys.experiments.blend_validation import MOST_USERS, BlendValidation, place_unknown_items
+from recsys.experiments.level_fit import Level
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
 from recsys.training.frequency import prior_shift
@@ -34,8 +35,8 @@ class BlendChoice(NamedTuple):
         weights: weight of each run's logits; the weights add up to 1.
         prior_shift: `model.prior_shift` of the blend, with weight 0 for none.
         metrics: `val/*` of the blend for all validation users.
-        new_items_offset: `model.new_items_offset` of the blend, beside those of its members.
-        new_items_scale: `model.new_items_scale` of the blend, beside those of its members.
+        new_items_offset: `model.new_items_offset` of the blend.
+        new_items_scale: `model.new_items_scale` of the blend. If it or the offset says anything, the members have none.
     """
 
     weights: dict[str, float]
@@ -75,7 +76,7 @@ def choose_blend(
         configs: configurations of the runs by name, all of one data set.
         runs: selected runs by name.
         metric: validation metric; more is better.
-        fits_level: whether a blend has a scale and an offset of new items beside those of its members.
+        fits_level: whether a blend has a scale and an offset of new items, in place of those of its members.
         most_users: size of the sample of validation users.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
@@ -109,7 +110,7 @@ def choose_blend(
         weights = _best_for_events(shifts, weights, shift, others=tried)
     chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
-        # It gets no level beside its own, so its own metric says which run is best.
+        # It keeps its own level, so its own metric says which run is best.
         return none
     bias = shifts.bias(shift, weights)
     metrics, level = validation.measure(weights, bias), validation.level(weights, bias)
@@ -188,8 +189,7 @@ def blend_config(
     weights: Mapping[str, float],
     *,
     prior_shift: Mapping[str, float],
-    new_items_offset: float = 0.0,
-    new_items_scale: float = 1.0,
+    level: Level,
 ) -> DictConfig:
     """Return the configuration of a blend.
 
@@ -199,15 +199,16 @@ def blend_config(
         configs: configurations of the runs by name.
         weights: weight of each member's logits.
         prior_shift: `model.prior_shift` of the blend.
-        new_items_offset: `model.new_items_offset` of the blend, which is added to those of the members.
-        new_items_scale: `model.new_items_scale` of the blend, which multiplies the sum of the members' logits.
+        level: level of the logits of new items, in place of those of the members; `Level()` leaves these as they are.
     """
     heaviest = max(weights, key=lambda name: weights[name])
+    if level != Level():
+        configs = {name: Level().write(configs[name]) for name in weights}
     config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
     assert isinstance(config, DictConfig)
     config.history.max_events = max(configs[name].history.max_events for name in weights)
-    config.model.prior_shift, config.model.new_items_offset = dict(prior_shift), new_items_offset
-    config.model.new_items_scale = new_items_scale
+    config.model.prior_shift = dict(prior_shift)
+    config = level.write(config)
     config.members = {
         name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
         for name, weight in weights.items()

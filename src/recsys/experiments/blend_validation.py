@@ -77,7 +77,7 @@ class BlendValidation:
 
     Args:
         config: configuration of a run on the data.
-        fits_level: whether a blend has a scale and an offset of new items beside those of its members.
+        fits_level: whether a blend has a scale and an offset of new items, in place of those of its members.
         most_users: size of the sample of validation users.
         part: `val`, on which choices are made, or `test`, to judge rules of choice; it has no level of new items.
     """
@@ -113,6 +113,9 @@ class BlendValidation:
     @torch.no_grad()
     def add(self, name: str, config: DictConfig, *, run: RunFolder) -> None:
         """Embed with one run, unless it has several embeddings for a user."""
+        if self.choices is not None:
+            # That of the blend takes its place.
+            config = Level().write(config)
         model = build_towers(config, self.dataset, fresh=False).eval()
         load_weights(model, run.checkpoints / "best.ckpt")
         if model.num_embeddings > 1:

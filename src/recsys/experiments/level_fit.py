@@ -11,11 +11,13 @@ Shapes: R requests, C candidates, D dim.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.columns import Ragged
@@ -65,6 +67,12 @@ class Level(NamedTuple):
 
     scale: float = 1.0
     offset: float = 0.0
+
+    def write(self, config: DictConfig) -> DictConfig:
+        """Return a copy of the configuration of a model or blend with this level."""
+        config = copy.deepcopy(config)
+        config.model.new_items_scale, config.model.new_items_offset = self
+        return config
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
 from recsys.experiments.assembly import freeze_suppressed, keep_replicated, open_data
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
+from recsys.experiments.level_fit import Level
 from recsys.experiments.run_folder import CONFIG, METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
 from recsys.experiments.side_by_side import choose_jobs, train_all
@@ -186,8 +187,7 @@ def _write_blend(
         members,
         chosen.weights,
         prior_shift=chosen.prior_shift,
-        new_items_offset=chosen.new_items_offset,
-        new_items_scale=chosen.new_items_scale,
+        level=Level(chosen.new_items_scale, chosen.new_items_offset),
     )
     run = RunFolder(path, config)
     if not run.state.is_selected and distributed.is_first():
