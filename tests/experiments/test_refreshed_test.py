@@ -90,12 +90,14 @@ def test_the_shift_to_popularity_is_that_of_each_day(
     changed.model.priors.age = changed.model.priors.recency = False
     plain = changed.copy()
     changed.model.prior_shift = {"weight": 1.0, "half_life_days": 2.0, "power": 1.0}
+    changed.model.new_items_scale = 1.6
     model: Model = build_towers(changed, dataset).eval()
     if in_blend:
         # The shift belongs to the blend, and its member has none.
         blend, bias = changed.copy(), model.item_bias
         blend.members = {"one": {"config": plain, "weight": 1.0}}
-        model, changed = Blend([Member(build_towers(plain, dataset).eval(), 1.0, None)], bias), blend
+        member = Member(build_towers(plain, dataset).eval(), 1.0, None)
+        model, changed = Blend([member], bias, new_items_scale=1.6), blend
     before = model.item_bias
     assert before is not None
     met = []
@@ -120,6 +122,8 @@ def test_the_shift_to_popularity_is_that_of_each_day(
         items = risen_items(dataset, recent, target_sampling=TargetSampling())
         risen = RisenItems(items, ascribed_shares(model, dataset, items, config=changed))
         expected = prior_shift(dataset, 2.0, recent=recent, risen=risen).float()
+        # What is added to the logit of a new item is not multiplied by its scale.
+        expected[items] /= 1.6
         torch.testing.assert_close(bias, expected)
     assert not torch.equal(met[0][1], met[-1][1])
 
@@ -130,7 +134,11 @@ def test_biases_are_written_as_items_are_encoded(config: DictConfig, dataset: Pr
     shift = torch.randn(dataset.num_items + 1)
     members = [Member(one, 0.25, None), Member(other, 0.75, None)]
     items = torch.arange(1, dataset.meta.num_known + 1)
-    for model in (one, plain, Blend(members), Blend(members, shift)):
+    scaled = towers(config, dataset)
+    scaled.new_items_scale = 1.5
+    blend = Blend([Member(scaled, 0.25, None), members[1]], shift, new_items_scale=0.7)
+    for model in (one, plain, scaled, Blend(members), Blend(members, shift), blend):
+        assert model.num_trained == dataset.num_trained or model is plain
         embeddings = encode_corpus(model, items)
         model.set_item_bias(dataset, IndexTime(int(dataset.time.max()), 3.0))
         assert not torch.equal(embeddings, encode_corpus(model, items))
