@@ -178,17 +178,20 @@ def _block(choices: Choices, logits: Tensor, *, begin: int, at: Tensor) -> _Valu
     row, column = _cells(choices.chosen, begin, end)
     chosen = logits[row, column]
     b, a, d = at.tolist()
-    scaled = torch.cat([logits[:, : choices.num_trained] * b, logits[:, choices.num_trained :] * a], dim=1)
-    scaled[_cells(choices.seen, begin, end)] = -torch.inf
+    hidden_row, hidden = _cells(choices.seen, begin, end)
     parts, masses = [], []
-    for some in (slice(None, choices.num_trained), slice(choices.num_trained, None)):
-        mass = scaled[:, some].logsumexp(1, keepdim=True)
+    for scale, first, last in ((b, 0, choices.num_trained), (a, choices.num_trained, logits.shape[1])):
+        some = logits[:, first:last]
+        inside = (hidden >= first) & (hidden < last)
+        scaled = some * scale
+        scaled[hidden_row[inside], hidden[inside] - first] = -torch.inf
         # A request whose candidates of one kind are all in its history has no mass there.
-        shares = (scaled[:, some] - mass).exp_().nan_to_num_()
-        first = (shares * logits[:, some]).sum(1)
-        second = (shares * logits[:, some].square()).sum(1)
-        parts.append((first.double().cpu(), second.double().cpu()))
-        masses.append(mass[:, 0].double().cpu())
+        most = scaled.amax(1, keepdim=True).nan_to_num(neginf=0.0)
+        weights = scaled.sub_(most).exp_()
+        total = weights.sum(1)
+        moments = [torch.linalg.vecdot(weights, values) / total for values in (some, some.square())]
+        parts.append([moment.nan_to_num().double().cpu() for moment in moments])
+        masses.append((most[:, 0] + total.log()).double().cpu())
     (trained, trained_2), (new, new_2) = parts
     is_new = torch.from_numpy(choices.chosen.values[choices.chosen.offsets[begin] : choices.chosen.offsets[end]]) >= (
         choices.num_trained

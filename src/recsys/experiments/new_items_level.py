@@ -31,7 +31,7 @@ FEW = 20
 # Bounds of the logits that a fit is made on: after training, and before each validation.
 MOST_LOGITS, MOST_LOGITS_OF_AN_EPOCH = MOST_KEPT, 5_000_000
 # Requests of a fit, however many candidates there are, and at most.
-LEAST_REQUESTS, MOST_REQUESTS = 200, 10_000
+LEAST_REQUESTS, MOST_REQUESTS = 100, 10_000
 
 
 def validation_choices(
