@@ -6,17 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Folder of the running code.
+PACKAGE = Path(__file__).parents[1]
 
-def git_commit() -> str | None:
-    """Return the commit of the running code, with `+` for uncommitted changes; None outside a checkout."""
-    here = Path(__file__).parent
+
+def git_commit(package: Path = PACKAGE) -> str | None:
+    """Return the commit of the running code, with `+` for uncommitted changes of it; None outside a checkout.
+
+    Other files of the checkout, such as pages of results, change no run. A run records its configuration itself.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
