@@ -84,7 +84,11 @@ def compare(name: str, table: Table, *, users: Mapping[str, Path], kept: Row | N
         for metric in metrics:
             baseline = table.best_baseline(metric)
             best += [test for _, test in gains(name, baseline, [metric], table=table, users=users)]
-        corrected = holm({test.metric: test.p_value for test in best})
+        values = {test.metric: test.p_value for test in best}
+        family = [metric for metric in metrics if table.best_baseline(metric)]
+        # Holm needs all p-values. Without those whose runs are gone, each is corrected for the whole family.
+        complete = len(best) == len(family)
+        corrected = holm(values) if complete else {name: min(1.0, p * len(family)) for name, p in values.items()}
         best = [replace(test, p_value=rounded(corrected[test.metric])) for test in best]
         for bar in data.bars:
             if bar.row == name and bar.above:

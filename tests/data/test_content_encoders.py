@@ -98,6 +98,22 @@ def test_texts_are_computed_once(tmp_path: Path, model: Path, monkeypatch: pytes
     assert computed == ["new"]
 
 
+def test_a_write_that_was_killed_leaves_the_cache_usable_and_a_damaged_file_is_named(
+    tmp_path: Path, model: Path
+) -> None:
+    prepared(tmp_path / "data", encoder=str(model))
+    encoder = open_encoder(str(model))
+    assert encoder.cache is not None
+    [kept] = (encoder.cache / encoder.digest).glob("*.npz")
+    (kept.parent / f".{kept.name}.7.part.npz").write_bytes(b"half")
+    encoder._known = None
+    np.testing.assert_array_equal(encoder.texts(["bb"]), [[2, 1]])
+    kept.write_bytes(b"damaged")
+    encoder._known = None
+    with pytest.raises(UserError, match=f"{kept.name}: damaged .*; delete it"):
+        encoder.texts(["bb"])
+
+
 def test_a_changed_model_is_refused(tmp_path: Path, model: Path) -> None:
     feature = prepared(tmp_path / "data", encoder=str(model)).schema.features[0]
     (model / "weights").write_text("other")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,27 @@ class ContentEncoder:
         return found
 
     def _read(self) -> dict[str, Float32Array]:
-        known: dict[str, Float32Array] = {}
-        for path in sorted((self.cache / self.digest).glob("*.npz")) if self.cache is not None else ():
-            with np.load(path, allow_pickle=False) as part:
+        return cached_vectors(map(str, sorted((self.cache / self.digest).glob("*.npz"))) if self.cache else ())
+
+
+def cached_vectors(files: Iterable[str]) -> dict[str, Float32Array]:
+    """Return the vectors in files of the cache by the names of their contents.
+
+    Files that begin with a dot are being written, or were left by a process that was killed. They do not count.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    known: dict[str, Float32Array] = {}
+    for name in files:
+        if name.rpartition("/")[2].startswith("."):
+            continue
+        try:
+            with open_file(name) as file, np.load(file, allow_pickle=False) as part:
                 known |= dict(zip(part["keys"].tolist(), part["vectors"], strict=True))
-        return known
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{name}: damaged ({error}); delete it, and its vectors are computed again") from error
+    return known
 
 
 def image_path(folder: str, path: str) -> str:

@@ -75,6 +75,16 @@ def test_both_engines_read_each_others_cache(tmp_path: Path, lengths: Lengths) -
     assert lengths.computed == ["one", "seven"]
 
 
+def test_a_write_that_was_killed_does_not_count(tmp_path: Path, lengths: Lengths) -> None:
+    content = content_of(tmp_path / "model", tmp_path / "cache")
+    encoded(content, ["a"])
+    [kept] = Path(content.cache).glob("*.npz")
+    for name in (f".{kept.name}.7.part.npz", ".whole.7.part.npz"):
+        (kept.parent / name).write_bytes(b"half")
+    assert to_rows(encoded(content, ["a"])["vector"].combine_chunks(), 2).tolist() == [[1, 1]]
+    assert lengths.computed == ["a"]
+
+
 def test_a_worker_without_the_model_names_path_and_host(tmp_path: Path, lengths: Lengths) -> None:
     content = content_of(tmp_path / "model", tmp_path / "cache", encoder=f"{tmp_path}/elsewhere")
     (found,) = encoded(content, ["a", "b"]).to_pylist()

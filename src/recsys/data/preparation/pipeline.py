@@ -146,11 +146,16 @@ def _write_features(
         return write_entities(job, session, joined, drafts=drafts, entities=entities, folder=folder / owner)
     except BadImageError as error:
         for name, plan in plans.items():
-            for row in rows(session, table.select("shard", "row", name)) if plan.kind == "image" else ():
-                if row[name] is not None and image_path(plan.folder, row[name]) == error.path:
-                    file = job.tables[owner].shown[row["shard"]]
-                    found = f"column '{plan.name}', row {row['row'] + 1}: found '{row[name]}', {error.problem}"
-                    raise UserError(f"{file}: {found}; expected an image at {error.path}") from error
+            if plan.kind != "image":
+                continue
+            # The engine looks for the path as the column may hold it: the column itself may be large.
+            given = [error.path, error.path.removeprefix(f"{plan.folder}/")]
+            given = [path for path in given if image_path(plan.folder, path) == error.path]
+            found = table.filter(table[name].isin(given)).select("shard", "row", name).order_by("shard", "row")
+            for row in rows(session, found.limit(1)):
+                file = job.tables[owner].shown[row["shard"]]
+                place = f"column '{plan.name}', row {row['row'] + 1}: found '{row[name]}', {error.problem}"
+                raise UserError(f"{file}: {place}; expected an image at {error.path}") from error
         raise
 
 

@@ -22,7 +22,7 @@ from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.core.schema import EncoderKind, Feature
 from recsys.core.types import Float32Array
-from recsys.data.content_encoders import CACHE, BadImageError, content_digest, image_path, open_encoder
+from recsys.data.content_encoders import CACHE, BadImageError, cached_vectors, content_digest, image_path, open_encoder
 from recsys.data.sources.files import fingerprint, is_local, open_filesystem
 
 # Digits of a digest that name its bucket: 256 buckets.
@@ -137,12 +137,12 @@ class _Cache:
             return []
         filesystem, path = open_filesystem(self._address)
         filesystem.invalidate_cache()
-        return sorted(filesystem.glob(f"{path}/*.npz"))
+        return [filesystem.unstrip_protocol(file) for file in sorted(filesystem.glob(f"{path}/*.npz"))]
 
     @cached_property
     def _others(self) -> dict[str, Float32Array]:
         """Vectors of files without a bucket, which a preparation by one process has written."""
-        return self._read(file for file in self._files if "-" not in file.rpartition("/")[2])
+        return cached_vectors(file for file in self._files if "-" not in file.rpartition("/")[2])
 
     def of(self, digests: Iterable[str]) -> dict[str, Float32Array]:
         """Return the known vectors of the buckets of contents."""
@@ -152,15 +152,7 @@ class _Cache:
         return found | {name: self._others[name] for name in digests if name in self._others}
 
     def _bucket_of(self, name: str) -> dict[str, Float32Array]:
-        return self._read(file for file in self._files if file.rpartition("/")[2].startswith(f"{name}-"))
-
-    def _read(self, files: Iterable[str]) -> dict[str, Float32Array]:
-        filesystem, _ = open_filesystem(self._address)
-        known: dict[str, Float32Array] = {}
-        for file in files:
-            with filesystem.open(file) as opened, np.load(opened, allow_pickle=False) as part:
-                known |= dict(zip(part["keys"].tolist(), part["vectors"], strict=True))
-        return known
+        return cached_vectors(file for file in self._files if file.rpartition("/")[2].startswith(f"{name}-"))
 
     def add(self, new: Mapping[str, Float32Array]) -> None:
         """Keep new vectors, a file for each bucket."""
