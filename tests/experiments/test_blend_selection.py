@@ -21,6 +21,7 @@ from recsys.experiments import blend_selection as blending
 from recsys.experiments import blend_validation
 from recsys.experiments.assembly import target_sampling_of
 from recsys.experiments.blend_selection import choose_blend
+from recsys.experiments.level_fit import Level
 from recsys.experiments.trained_run import load_run, stored_config
 from recsys.training.frequency import prior_shift
 
@@ -277,7 +278,7 @@ def test_events_of_validation_are_measured_as_rolling_requests(
     assert validation.measure({"a": 1.0})["val/num_users"] <= len(validation.users)
 
 
-def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> None:
+def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_world(tmp_path / "data")
     folders = {
         "ids": write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids", "model.similarity=dot", seed=1),
@@ -298,9 +299,10 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     expected = logits[:, ~is_new].mean(1, keepdim=True).expand(-1, int(is_new.sum()))
     torch.testing.assert_close(logits[:, is_new], expected)
     # What the choice measures is what the finished blend gives, with the scale and the offset of the blend.
-    found, level = validation.measure(weights), validation.level(weights)
-    assert level.offset != 0
-    assert level.scale != 1
+    assert validation.level(weights).offset != 0
+    level = Level(1.3, -0.6)
+    monkeypatch.setattr(validation, "level", lambda *_: level)
+    found = validation.measure(weights)
     members = {name: (folders[name], weight) for name, weight in weights.items()}
     run = load_run(write_blend(tmp_path / "blend", members, level=level))
     assert run.corpus.tolist() == validation.known.tolist()

@@ -129,6 +129,20 @@ def test_a_model_that_ranks_worse_than_chance_gets_no_scale() -> None:
     assert -2 < found.offset < -1
 
 
+def test_new_items_of_a_weak_model_are_not_moved_beyond_all_others() -> None:
+    rng = np.random.default_rng(0)
+    users, items = (
+        torch.from_numpy(rng.normal(size=(500, 4))).float(),
+        torch.from_numpy(rng.normal(size=(40, 4))).float(),
+    )
+    # Choices that the model knows nothing about, one in ten of them new.
+    chosen = [[int(rng.choice(25)) if rng.random() < 0.9 else 25 + int(rng.choice(15))] for _ in range(500)]
+    found = fit_level(choices(chosen, 40, num_trained=25), users, items)
+    assert found.scale == 1
+    # As if the logits were calibrated; division by their factor would give tens.
+    assert -4 < found.offset < -1
+
+
 def test_several_embeddings_of_a_user_count_with_the_best() -> None:
     users = torch.tensor([[[1.0], [-1.0], [0.0]]])
     # The best logit of the new item is 2, of the trained one 0; the last embedding is absent.
@@ -164,7 +178,9 @@ def words(root: Path, *more: str) -> list[str]:
 
 
 def test_a_run_records_its_offset_and_a_refit_keeps_it(root: Path, tmp_path: Path) -> None:
-    config = compose("train", words(root, "refit=true"))
+    # The model is too weak for a scale of its own.
+    more = ["refit=true", "model.new_items_scale=1.4"]
+    config = compose("train", words(root, *more))
     train(config, tmp_path)
     offset = OmegaConf.load(tmp_path / "config.yaml").model.new_items_offset
     assert isinstance(offset, float)
@@ -176,7 +192,7 @@ def test_a_run_records_its_offset_and_a_refit_keeps_it(root: Path, tmp_path: Pat
     assert bias is not None
     assert bias[1 : run.dataset.num_trained + 1].abs().max() == 0
     scale = run.model.new_items_scale
-    assert scale == OmegaConf.load(tmp_path / "config.yaml").model.new_items_scale != 1
+    assert scale == OmegaConf.load(tmp_path / "config.yaml").model.new_items_scale == 1.4
     assert bias[run.dataset.num_trained + 1 :].tolist() == pytest.approx([offset / scale] * 10)
     # Only rows of new items have the scale, with their bias.
     items = torch.tensor([1, run.dataset.num_trained, run.dataset.num_trained + 1])
@@ -186,10 +202,10 @@ def test_a_run_records_its_offset_and_a_refit_keeps_it(root: Path, tmp_path: Pat
     assert found[2, -1].item() / run.model.temperature == pytest.approx(offset)
     # The same command finds the run finished.
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    again = train(compose("train", words(root, "refit=true")), tmp_path)
+    again = train(compose("train", words(root, *more)), tmp_path)
     assert again.metrics == metrics
     with pytest.raises(UserError, match="new_items_offset"):
-        train(compose("train", words(root, "refit=true", "model.new_items_offset=3.5")), tmp_path)
+        train(compose("train", words(root, *more, "model.new_items_offset=3.5")), tmp_path)
 
 
 def test_a_given_offset_is_kept_and_ids_alone_have_none(root: Path, tmp_path: Path) -> None:

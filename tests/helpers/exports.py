@@ -92,7 +92,15 @@ def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _key(model: torch.nn.Module, *settings: Any, weights: dict[str, torch.Tensor]) -> str:
     written = io.BytesIO()
-    _Pickler(written, model, {id(one) for one in weights.values()}).dump((model, settings))
+    # What a model knows of new items is in the embeddings of items, not in the export.
+    own = [(one, dict(vars(one))) for one in model.modules() if hasattr(one, "new_items_scale")]
+    for one, _ in own:
+        one.num_trained, one.new_items_scale = 0, 1.0
+    try:
+        _Pickler(written, model, {id(one) for one in weights.values()}).dump((model, settings))
+    finally:
+        for one, before in own:
+            one.num_trained, one.new_items_scale = before["num_trained"], before["new_items_scale"]
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 

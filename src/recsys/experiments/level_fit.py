@@ -27,6 +27,8 @@ from recsys.data.dataset import Requests
 # Standard deviations of the normal priors, which decide if few choices are new: of d around 0, of a / b around 1, and
 # of b around 1.
 OFFSET_DEVIATION, SCALE_DEVIATION, ALL_DEVIATION = 1.0, 0.25, 1.0
+# Standard deviation of the calibrated logits of a request, `b s`, below which they are taken as they are.
+LEAST_SPREAD = 0.5
 # Bounds of the scale.
 LEAST_SCALE, MOST_SCALE = 0.25, 4.0
 # Most Newton steps of a fit, and the gain of a step in the log-likelihood of a choice below which it ends.
@@ -94,21 +96,26 @@ def fit_level(choices: Choices, users: Tensor, items: Tensor, *, scale: float | 
     def blocks() -> Iterator[Tensor]:
         return iter(kept) if kept is not None else (best_logits(users[s : s + height], items) for s in starts)
 
-    def fit(basis: Tensor, begin: Tensor, prior: _Prior) -> Tensor:
-        return basis @ _maximise(lambda x: _posterior(choices, blocks(), at=basis @ x, prior=prior), begin, basis)
+    def fit(basis: Tensor, begin: Tensor, prior: _Prior, origin: Tensor | float = 0.0) -> list[float]:
+        x = _maximise(lambda x: _posterior(choices, blocks(), at=origin + basis @ x, prior=prior), begin, basis)
+        found: list[float] = (origin + basis @ x).tolist()
+        return found
 
     # First with one scale for all items, because the prior of the other scale is relative to it.
     fixed = 1.0 if scale is None else scale
     together = torch.tensor([[1.0, 0.0], [fixed, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    b, a, d = fit(together, torch.zeros(2, dtype=torch.float64), _Prior(fixed, 1.0)).tolist()
-    if b <= 0:
-        # The model ranks validation worse than chance, so only the number of new choices tells the offset.
-        return Level(fixed, round(d, 4))
-    if scale is None:
+    b, a, d = fit(together, torch.zeros(2, dtype=torch.float64), _Prior(fixed, 1.0))
+    spread = float(next(blocks()).double().std(1, correction=0).mean()) if len(users) else 0.0
+    if scale is None and b * spread >= LEAST_SPREAD:
         begin = torch.tensor([b, a, d], dtype=torch.float64)
-        b, a, d = fit(torch.eye(3, dtype=torch.float64), begin, _Prior(1.0, SCALE_DEVIATION * b)).tolist()
-        if b <= 0:
-            return Level(offset=round(d, 4))
+        b, a, d = fit(torch.eye(3, dtype=torch.float64), begin, _Prior(1.0, SCALE_DEVIATION * b))
+    if b * spread < LEAST_SPREAD:
+        # The model ranks hardly better than chance. A division by b would move new items beyond all others.
+        offset_alone = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
+        given = torch.tensor([1.0, fixed, 0.0], dtype=torch.float64)
+        return Level(
+            fixed, round(fit(offset_alone, torch.zeros(1, dtype=torch.float64), _Prior(fixed, 1.0), given)[2], 4)
+        )
     return Level(round(min(max(a / b, LEAST_SCALE), MOST_SCALE), 4), round(d / b, 4))
 
 
