@@ -56,8 +56,10 @@ class Asking:
         stop = threading.Event()
 
         def ask() -> None:
-            number = 0
-            while not stop.is_set():
+            number, last = 0, False
+            while not last:
+                # One more request begins after the end, so that the last one does not belong to the time before it.
+                last = stop.is_set()
                 try:
                     begin = time.monotonic()
                     self.answers.append((begin, number, *post(self.port, "/v1/retrieve", self.body(number))))
