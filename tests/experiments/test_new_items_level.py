@@ -69,6 +69,15 @@ def test_a_level_behind_simulated_choices_is_found_however_large_the_logits_are(
     assert fit_level(found, *tensors) == pytest.approx(level, abs=1e-3 * factor)
 
 
+def test_the_offset_is_that_of_the_scale_where_the_scale_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    users, items = embeddings()
+    logits = users @ items.T
+    logits[:, 25:] = 1.6 * logits[:, 25:] - 1.5
+    found, tensors = simulated(logits, 25), (torch.from_numpy(users).float(), torch.from_numpy(items).float())
+    monkeypatch.setattr(level_fit, "MOST_SCALE", 1.2)
+    assert fit_level(found, *tensors) == fit_level(found, *tensors, scale=1.2)
+
+
 def test_a_scale_that_is_given_stays_and_the_offset_follows_it() -> None:
     users, items = embeddings()
     logits = users @ items.T

@@ -113,10 +113,12 @@ def fit_level(choices: Choices, users: Tensor, items: Tensor, *, scale: float | 
         # The model ranks hardly better than chance. A division by b would move new items beyond all others.
         offset_alone = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
         given = torch.tensor([1.0, fixed, 0.0], dtype=torch.float64)
-        return Level(
-            fixed, round(fit(offset_alone, torch.zeros(1, dtype=torch.float64), _Prior(fixed, 1.0), given)[2], 4)
-        )
-    return Level(round(min(max(a / b, LEAST_SCALE), MOST_SCALE), 4), round(d / b, 4))
+        *_, d = fit(offset_alone, torch.zeros(1, dtype=torch.float64), _Prior(fixed, 1.0), given)
+        return Level(fixed, round(d, 4))
+    if scale is None and not LEAST_SCALE <= a / b <= MOST_SCALE:
+        # The offset depends on the scale.
+        return fit_level(choices, users, items, scale=min(max(a / b, LEAST_SCALE), MOST_SCALE))
+    return Level(round(a / b, 4), round(d / b, 4))
 
 
 class _Prior(NamedTuple):
@@ -163,7 +165,6 @@ def _posterior(choices: Choices, blocks: Iterable[Tensor], *, at: Tensor, prior:
         block = _block(choices, logits, begin=begin, at=at)
         value, gradient, hessian = value + block.value, gradient + block.gradient, hessian + block.hessian
         begin += len(logits)
-    b, a, d = at.tolist()
     # Precisions of b - 1, of a - scale * b, and of d.
     for direction, middle, deviation in (
         ((1.0, 0.0, 0.0), 1.0, ALL_DEVIATION),
