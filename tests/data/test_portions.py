@@ -325,13 +325,6 @@ def test_an_empty_list_of_shards_is_refused(whole: PreparedDataset, tmp_path: Pa
         PreparedDataset.open(tmp_path, world_size=world_size)
 
 
-def test_bounds_of_other_users_are_refused(whole: PreparedDataset, tmp_path: Path) -> None:
-    shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
-    np.save(file := tmp_path / "users/offsets.npy", np.zeros(0, np.int64))
-    with pytest.raises(UserError, match=rf"{file}: found 0 bounds, expected {whole.num_users + 1}"):
-        PreparedDataset.open(tmp_path)
-
-
 def test_fewer_shards_than_processes_are_refused(whole: PreparedDataset, tmp_path: Path) -> None:
     folder = in_shards(whole, tmp_path, [0, 9])
     with pytest.raises(UserError, match=r"shards\.json: 2 shards for 4 processes"):

@@ -42,6 +42,7 @@ from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.core.types import Int64Array
 from recsys.data.exposures import Exposures, load_exposures
 from recsys.data.portions import LocalColumns, Portion
+from recsys.data.user_bounds import UserBounds
 
 FORMAT = 1
 META = "meta.json"
@@ -182,19 +183,13 @@ class PreparedDataset:
             world_size: number of processes that share the users.
 
         Raises:
-            UserError: If `path` is not a prepared data set, is one of another format, has the bounds of other users, or
-                has fewer shards than processes.
+            UserError: If `path` is not a prepared data set, is one of another format, has the bounds of other users or
+                events, or has fewer shards than processes.
         """
         meta = Meta.load(path / META)
         schema = Schema.load(path / "schema.json")
-        offsets, train_end, val_end = (
-            np.asarray(load_array(path / f"users/{name}.npy")) for name in ("offsets", "train_end", "val_end")
-        )
-        if len(offsets) != meta.num_users + 1:
-            raise UserError(
-                f"{path / 'users/offsets.npy'}: found {len(offsets)} bounds, expected {meta.num_users + 1} for the "
-                f"{meta.num_users} users of {META}; prepare the data again"
-            )
+        bounds = UserBounds.load(path / "users", num_users=meta.num_users, num_events=meta.num_events)
+        offsets, train_end, val_end = bounds
         portion = Portion.of(path / "events", rank, world_size=world_size, offsets=offsets, train_end=train_end)
         events = LocalColumns.of(path / "events", offsets, portion)
         return cls(
@@ -209,7 +204,7 @@ class PreparedDataset:
             train_count=np.asarray(load_array(path / "items/train_count.npy")),
             has_features=np.asarray(load_array(path / "items/has_features.npy")),
             columns={f.key: _load(path, f, events) for f in schema.features},
-            exposures=load_exposures(path, portion),
+            exposures=load_exposures(path, num_users=meta.num_users, portion=portion),
             weight=events.load("weight") if meta.settings["settings"].get("weight") else None,
             born=np.asarray(load_array(born)) if (born := path / "items/born.npy").exists() else None,
             known_users=None if portion is None else train_end > offsets[:-1],

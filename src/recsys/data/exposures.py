@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from recsys.core.columns import Ragged, bisect, load_array, ragged_positions
+from recsys.core.columns import Ragged, bisect, ragged_positions
 from recsys.core.types import Int64Array
 from recsys.data.portions import LocalColumns, Portion
+from recsys.data.user_bounds import load_offsets
 
 FOLDER = "exposures"
 
@@ -57,11 +58,15 @@ class Exposures(NamedTuple):
         return Ragged(values.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
 
 
-def load_exposures(path: Path, portion: Portion | None = None) -> Exposures | None:
-    """Return the exposures of a prepared data set or a portion of it, or None if its source declares none."""
+def load_exposures(path: Path, *, num_users: int, portion: Portion | None) -> Exposures | None:
+    """Return the exposures of a prepared data set or a portion of it, or None if its source declares none.
+
+    Raises:
+        UserError: If their bounds are damaged, or those of other users.
+    """
     folder = path / FOLDER
     if not folder.is_dir():
         return None
-    offsets = np.asarray(load_array(folder / "offsets.npy"))
+    offsets = load_offsets(folder / "offsets.npy", num_users)
     columns = LocalColumns.of(folder, offsets, portion)
     return Exposures(columns.load("item_idx"), columns.load("time"), columns.local(offsets))

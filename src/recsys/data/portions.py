@@ -41,13 +41,12 @@ class Portion:
         """Return the users of a process, None for one process. They end where a shard of the folder `folder` ends.
 
         Raises:
-            UserError: If there are fewer shards than processes.
+            UserError: If there are fewer shards than processes, or they have rows of other users.
         """
         if world_size == 1:
             return None
         places = np.arange(1, world_size) * offsets[-1] // world_size
-        if (folder / FILE).exists():
-            shards = Shards.load(folder / FILE)
+        if (shards := _load_shards(folder, offsets)) is not None:
             at = np.searchsorted(shards.bounds()[:-1], places)
             if len(set(at.tolist()) - {0, len(shards.shards)}) < world_size - 1:
                 raise UserError(
@@ -88,13 +87,15 @@ class LocalColumns:
             folder: folder of the columns, or with the list of their shards.
             offsets: int64 [U + 1], bounds of the rows of each user.
             portion: users whose rows are opened.
+
+        Raises:
+            UserError: If the shards have rows of other users.
         """
         first, end = int(offsets[0]), int(offsets[-1])
         if portion is not None:
             first, end = (int(offsets[user]) for user in portion.cuts[portion.rank : portion.rank + 2])
-        shards, needed = None, (0, 0)
-        if (folder / FILE).exists():
-            shards = Shards.load(folder / FILE)
+        shards, needed = _load_shards(folder, offsets), (0, 0)
+        if shards is not None:
             bounds = shards.bounds()
             # Users without rows may be behind the last shard.
             low = min(int(np.searchsorted(bounds, first, "right")), len(shards.shards)) - 1
@@ -134,6 +135,24 @@ class LocalColumns:
     def local(self, positions: Int64Array) -> Int64Array:
         """Return positions among all rows as positions among the open ones. Bounds of other users meet."""
         return np.clip(positions - self.first, 0, self.num_rows) if self.is_part else positions
+
+
+def _load_shards(folder: Path, offsets: Int64Array) -> Shards | None:
+    """Return the shards of the rows of a folder, checked with the bounds of each user's rows; None if it has none."""
+    file = folder / FILE
+    if not file.exists():
+        return None
+    shards = Shards.load(file)
+    bounds = shards.bounds().tolist()
+    for shard, row in zip(shards.shards, bounds, strict=False):
+        if not (0 <= shard.first_user < len(offsets) and offsets[shard.first_user] == row):
+            found = f"row {row} as the first one of user_idx {shard.first_user} in the shard {shard.name}"
+            raise UserError(
+                f"{file}: found {found}, expected the rows of users by their offsets; prepare the data again"
+            )
+    if bounds[-1] != offsets[-1]:
+        raise UserError(f"{file}: found {bounds[-1]} rows, expected {offsets[-1]}; prepare the data again")
+    return shards
 
 
 class LateArray(np.lib.mixins.NDArrayOperatorsMixin):
