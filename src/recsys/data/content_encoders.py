@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import numpy as np
 from xxhash import xxh3_128_hexdigest
 
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_file
 from recsys.core.schema import EncoderKind
 from recsys.core.types import Float32Array
+from recsys.data.content_cache import add_vectors, cached_vectors
 from recsys.data.sources.files import digest, fingerprint, open_file
 
 # The encoder of text that needs no model: the hashed words, weighed by the item tower (`item_tower=content`).
@@ -98,13 +97,10 @@ class ContentEncoder:
             self._known = self._read()
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._known}
         if new:
-            found = self.compute(kind, [*new.values()])
-            self._known |= dict(zip(new, found, strict=True))
+            found = dict(zip(new, self.compute(kind, [*new.values()]), strict=True))
+            self._known |= found
             if self.cache is not None:
-                folder = self.cache / self.digest
-                folder.mkdir(parents=True, exist_ok=True)
-                with atomic_file(folder / f"{fingerprint(new)}.npz") as aside, aside.open("wb") as file:
-                    np.savez(file, keys=np.array(list(new)), vectors=found)
+                add_vectors(str(self.cache / self.digest), found)
         return np.stack([self._known[key] for key in keys])
 
     def _compute(self, contents: list[Any]) -> Float32Array:
@@ -120,26 +116,6 @@ class ContentEncoder:
 
     def _read(self) -> dict[str, Float32Array]:
         return cached_vectors(map(str, sorted((self.cache / self.digest).glob("*.npz"))) if self.cache else ())
-
-
-def cached_vectors(files: Iterable[str]) -> dict[str, Float32Array]:
-    """Return the vectors in files of the cache by the names of their contents.
-
-    Files that begin with a dot are being written, or were left by a process that was killed. They do not count.
-
-    Raises:
-        UserError: If a file is damaged.
-    """
-    known: dict[str, Float32Array] = {}
-    for name in files:
-        if name.rpartition("/")[2].startswith("."):
-            continue
-        try:
-            with open_file(name) as file, np.load(file, allow_pickle=False) as part:
-                known |= dict(zip(part["keys"].tolist(), part["vectors"], strict=True))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{name}: damaged ({error}); delete it, and its vectors are computed again") from error
-    return known
 
 
 def image_path(folder: str, path: str) -> str:

@@ -7,7 +7,6 @@ cache. Shapes: R rows, W width.
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_write
 from recsys.core.schema import EncoderKind, Feature
 from recsys.core.types import Float32Array
-from recsys.data.content_encoders import CACHE, BadImageError, cached_vectors, content_digest, image_path, open_encoder
-from recsys.data.sources.files import fingerprint, is_local, open_filesystem
+from recsys.data.content_cache import add_vectors, cached_vectors
+from recsys.data.content_encoders import CACHE, BadImageError, content_digest, image_path, open_encoder
+from recsys.data.sources.files import open_filesystem
 
 # Digits of a digest that name its bucket: 256 buckets.
 _DIGITS = 2
@@ -160,17 +159,7 @@ class _Cache:
             inner = {name: vector for name, vector in new.items() if _bucket(name) == bucket}
             self._buckets[bucket] |= inner
             if self._address:
-                content = io.BytesIO()
-                np.savez(content, keys=np.array([*inner]), vectors=np.stack([*inner.values()]))
-                self._write(f"{bucket}-{fingerprint(inner)}.npz", content.getvalue())
-
-    def _write(self, name: str, content: bytes) -> None:
-        filesystem, path = open_filesystem(self._address)
-        if is_local(filesystem):
-            Path(path).mkdir(parents=True, exist_ok=True)
-            atomic_write(Path(path) / name, content)
-        else:
-            filesystem.pipe_file(f"{path}/{name}", content)
+                add_vectors(self._address, inner, prefix=f"{bucket}-")
 
 
 def to_rows(vectors: pa.Array, width: int) -> Float32Array:
