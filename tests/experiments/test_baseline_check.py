@@ -118,6 +118,15 @@ def test_a_run_without_test_is_compared_on_validation() -> None:
     assert verdict(state, {"val/ndcg@10": 0.1}, "val/cold_items/recall@10", part="val") is None
 
 
+def test_a_recipe_gets_no_advice_to_try_it_and_a_tie_is_no_loss() -> None:
+    state = RunState(popularity={"popularity": {"val/ndcg@10": 0.2}}, variants={"tastes": 0.2})
+    lines = {model: verdict(state, {"val/ndcg@10": model}, "val/ndcg@10", part="val") for model in (0.1, 0.2)}
+    assert lines == {
+        0.1: ("val/ndcg@10 0.1000, popularity 0.2000: POPULARITY IS BETTER than this model; train longer", False),
+        0.2: ("val/ndcg@10 0.2000, popularity 0.2000: POPULARITY IS AS GOOD AS this model; train longer", False),
+    }
+
+
 def test_parameters_are_counted_by_tower_and_table(data: list[str]) -> None:
     config = compose("train", [*data, "model.dim=8", "item_tower=ids", "user_tower=mean"])
     dataset = open_data(config)

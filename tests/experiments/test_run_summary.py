@@ -37,6 +37,11 @@ def test_a_run_without_test() -> None:
     line = new_items(found)
     assert line is not None
     assert line.startswith("new items: 50.0% of the relevant val items")
+    assert line.endswith("only features of items can place them, try +experiment=recommended")
+    # A run of a recipe has followed that advice.
+    found_by_recipe = new_items(found, from_recipe=True)
+    assert found_by_recipe is not None
+    assert found_by_recipe.endswith("only features of items can place them, try model.new_items_lift=1")
 
 
 def test_slices_are_rows_of_the_table(tmp_path: Path) -> None:

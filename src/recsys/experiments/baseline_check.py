@@ -104,8 +104,10 @@ def verdict(state: RunState, metrics: dict[str, float], selection: str, *, part:
     if model > others[best]:
         gain = f" by {model / others[best] - 1:.0%}" if others[best] else ""
         return Verdict(f"{shown}: the model is better than {best}{gain}", True)
-    advice = f"{best.upper()} IS BETTER than this model; train longer, or try +experiment=recommended"
-    return Verdict(f"{shown}: {advice}", False)
+    found = "IS BETTER than" if model < others[best] else "IS AS GOOD AS"
+    # A run that was chosen among variants comes from a recipe.
+    advice = "train longer" if state.variants else "train longer, or try +experiment=recommended"
+    return Verdict(f"{shown}: {best.upper()} {found} this model; {advice}", False)
 
 
 def best_half_life(config: DictConfig, dataset: PreparedDataset) -> int:

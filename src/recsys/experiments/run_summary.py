@@ -19,7 +19,7 @@ PARTS = ("val", "test", "test_rolling", "test_refreshed")
 _ORACLES = [f"{name}/{row}" for name in (BEST, NO_POPULARITY) for row in ("recall", *NEW_ITEMS)]
 # Share of the relevant items from which new items that are never found are worth a warning.
 _MANY = 0.01
-_ADVICE = ": NO NEW ITEM IS FOUND; only features of items can place them, try +experiment=recommended"
+_ADVICE = ": NO NEW ITEM IS FOUND; only features of items can place them, try "
 
 
 def print_run(run: RunFolder, *, selection: str, console: Console | None = None) -> None:
@@ -51,21 +51,22 @@ def print_run(run: RunFolder, *, selection: str, console: Console | None = None)
         f"data {state.dataset_fingerprint}",
         soft_wrap=True,
     )
-    if (found := new_items(metrics)) is not None:
-        console.print(found, style="bold" if found.endswith(_ADVICE) else None, highlight=False, soft_wrap=True)
+    if (found := new_items(metrics, from_recipe=bool(state.variants))) is not None:
+        console.print(found, style="bold" if _ADVICE in found else None, highlight=False, soft_wrap=True)
     parts: tuple[Part, ...] = ("val", "test")
     for part in parts:
         if beside := verdict(state, metrics, selection, part=part):
             console.print(beside.line, style="bold", highlight=False, soft_wrap=True)
 
 
-def new_items(metrics: Mapping[str, float]) -> str | None:
+def new_items(metrics: Mapping[str, float], *, from_recipe: bool = False) -> str | None:
     """Return one line about new items, those without training events; None if nobody asks for them.
 
     The line ends with a warning if they are more than 1% of the relevant items and none is found.
 
     Args:
         metrics: metrics of the run; those of test count, or those of validation if there was no test.
+        from_recipe: whether the run was chosen among the variants of a recipe.
     """
     part = "test" if "test/num_users" in metrics else "val"
     share, recall, shown = (
@@ -74,4 +75,6 @@ def new_items(metrics: Mapping[str, float]) -> str | None:
     if not share or recall is None or shown is None:
         return None
     line = f"new items: {share:.1%} of the relevant {part} items, recall@100 {recall:.4f}, {shown:.1%} of the 100 shown"
-    return f"{line}{_ADVICE}" if share > _MANY and not recall else line
+    if share <= _MANY or recall:
+        return line
+    return f"{line}{_ADVICE}{'model.new_items_lift=1' if from_recipe else '+experiment=recommended'}"

@@ -240,6 +240,10 @@ def test_columns_that_are_no_features_are_left_out_with_a_notice(
     for name in ("title", "made", "nothing"):
         assert f"column '{name}'" in caplog.text
     caplog.clear()
+    # Each variant of a recipe opens the data.
+    with caplog.at_level(logging.INFO, "recsys"):
+        prepared(tmp_path / "data")
+    assert "left out" not in caplog.text
     kept = prepared(
         tmp_path / "data", features={"items": {"title": {"kind": "categorical"}, "number": {"ignore": True}}}
     )

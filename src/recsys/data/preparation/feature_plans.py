@@ -17,6 +17,8 @@ from recsys.data.sources.keys import settings_keys
 from recsys.data.sources.tables import Table, read_time
 
 log = logging.getLogger("recsys")
+# Notices that this process has logged.
+_noticed: set[str] = set()
 
 DEFAULT_BUCKETS = 2**15
 _OWN_ROLE: dict[Owner, Role] = {"items": "item", "users": "profile"}
@@ -172,7 +174,10 @@ def _role(owner: Owner, role: Any, *, place: str) -> Role:
 
 
 def _leave_out(table: Table, name: str, *, why: str) -> None:
-    log.info("%s: column '%s' %s; it is left out", table.place, name, why)
+    notice = f"{table.place}: column '{name}' {why}; it is left out"
+    # The parts of a command read the same tables, and one line about a column is enough.
+    log.log(logging.DEBUG if notice in _noticed else logging.INFO, "%s", notice)
+    _noticed.add(notice)
 
 
 def leave_out_distinct(table: Table, name: str, *, num_distinct: int, num_values: int) -> bool:
