@@ -23,6 +23,7 @@ from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split
 from recsys.data.sources import HubDataset, MovieLens, Source, TextFolder
+from recsys.data.sources.files import find_tables
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -93,6 +94,22 @@ def test_text_that_cannot_be_read(tmp_path: Path) -> None:
         TextFolder(root, "jsonl").tables(tmp_path / "cache")
     with pytest.raises(UserError, match="format=tsv: expected csv or jsonl"):
         TextFolder(root, "tsv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("others", "advice"),
+    [
+        ("interactions/1.csv", "; data.files.interactions=interactions reads that one"),
+        ("sales.csv", "; data.files.interactions=sales.csv reads that one"),
+        ("notes.txt", "of that name"),
+    ],
+)
+def test_a_folder_without_events_names_what_could_be_them(tmp_path: Path, others: str, advice: str) -> None:
+    head = "user_id,item_id,timestamp\n"
+    root = write_text(tmp_path / "data", {others: head, "items.csv": "item_id\n", "users.csv.gz": "user_id\n"})
+    with pytest.raises(UserError) as error:
+        find_tables(str(root), (".csv",))
+    assert str(error.value).endswith(advice)
 
 
 def test_a_local_copy_of_a_hub_data_set(tmp_path: Path) -> None:

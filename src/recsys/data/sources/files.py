@@ -155,8 +155,13 @@ def _advice(names: Sequence[str], endings: Sequence[str]) -> str:
     for format, others in ENDINGS.items():
         if endings[0] not in others and any(_unpacked(name).startswith(f"interactions{others[0]}") for name in names):
             return f"; data={format} reads it"
-    files = [name for name in names if _unpacked(name).endswith((*endings, *_RECBOLE.values()))]
-    return f"; data.files.interactions={files[0]} names another file" if files else ""
+    # The ending of a folder of shards is easily forgotten.
+    files = [name for name in names if name == "interactions"] or [
+        name
+        for name in names
+        if _unpacked(name).endswith((*endings, *_RECBOLE.values())) and name.partition(".")[0] not in ("items", "users")
+    ]
+    return f"; data.files.interactions={files[0]} reads that one" if files else ""
 
 
 def _shards(root: str, name: str, endings: Sequence[str]) -> tuple[str, ...]:
